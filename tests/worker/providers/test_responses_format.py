@@ -275,6 +275,55 @@ def test_words_that_only_come_whole_are_said_once() -> None:
     assert message_of(chunks)["reasoning_content"] == "x\n\ny"
 
 
+THOUGHT = {"type": "reasoning", "id": "r", "content": [{"type": "reasoning_text", "text": "Hm."}]}
+TOLD_LAST = {"type": "message", "id": "m", "content": [{"type": "output_text", "text": "42", "annotations": []}]}
+
+
+def thought_of(place: int) -> tuple[dict[str, Any], ...]:
+    """Events of reasoning alone; some servers tell neither where it begins nor where it ends."""
+    return piece("reasoning_text", "Hm", place), piece("reasoning_text", ".", place)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        thought_of(0),
+        (piece("reasoning_summary_text", "Hm.", 0, summary_index=0),),
+        (added(0, "reasoning", id="r"), *thought_of(0)),
+        (added(0, "reasoning", id="r"), *thought_of(0), finished(0, "reasoning", **THOUGHT)),
+        # One place for all, and a message of which no event but its end has words.
+        (*thought_of(1), finished(1, "message", id="m", content=TOLD_LAST["content"])),
+    ],
+)
+@pytest.mark.parametrize(
+    "response", [{"output": [THOUGHT, TOLD_LAST]}, {"output": [TOLD_LAST]}, {"output": [], "output_text": "42"}]
+)
+def test_a_message_that_only_the_end_tells_is_told_whatever_was_thought_before(
+    events: tuple[dict[str, Any], ...], response: dict[str, Any]
+) -> None:
+    """Reasoning that had come was counted as a message that had."""
+    chunks, error = answer(*events, completed(**response))
+    assert error is None
+    for said in (message_of(chunks), sdk_message(chunks)):
+        assert (said["content"], said["reasoning_content"]) == ("42", "Hm.")
+
+
+def test_messages_that_came_are_counted_by_themselves() -> None:
+    second = {**TOLD_LAST, "id": "m2", "content": [{"type": "output_text", "text": "!"}]}
+    chunks, _ = answer(*thought_of(0), piece("output_text", "42", 1), completed(output=[THOUGHT, TOLD_LAST, second]))
+    assert message_of(chunks)["content"] == "42!"
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_reasoning_is_sealed_with_is_told_once_also_where_only_the_end_has_it(told: bool) -> None:
+    sealed = {**THOUGHT, "encrypted_content": "e"}
+    over = [finished(5, "reasoning", **{**sealed, "id": "another"})] if told else []
+    chunks, _ = answer(*thought_of(5), *over, completed(output=[sealed, TOLD_LAST]))
+    said = message_of(chunks)
+    assert [one["encrypted_content"] for one in said["reasoning_items"]] == ["e"]
+    assert (said["content"], said["reasoning_content"]) == ("42", "Hm.")
+
+
 @pytest.mark.parametrize("deltas", [["{", "}"], []])
 @pytest.mark.parametrize("done", [True, False])
 @pytest.mark.parametrize("opened", [True, False])

@@ -47,10 +47,11 @@ class ResponsesTranslator:
     def __init__(self) -> None:
         self.done = False
         self._items: set[Any] = set()  # seen from their start: only their wholes are known to be unsaid
-        self._spoken: set[Any] = set()
+        self._messages: set[Any] = set()  # that anything was said of, by place; and so, apart from them,
+        self._thoughts: set[Any] = set()
         self._starts: dict[tuple[Any, Any], int] = {}  # where in the content each part began
         self._length = 0
-        self._over: set[Any] = set()
+        self._over: dict[Any, str] = {}  # the types of items that had their end, by place
         self._ids: dict[Any, Any] = {}  # of the items, by place
         self._moved: dict[Any, int] = {}  # where items are that came while another was at their place, by id
         self._said: set[str] = set()  # the fields that anything was said in
@@ -79,7 +80,8 @@ class ResponsesTranslator:
 
     def added(self, value: dict[str, Any]) -> _Chunks:
         item, place = value["item"], _place(value)
-        if place in self._items - self._over and item.get("id") and self._ids.get(place) not in (None, item["id"]):
+        goes_on = place in self._items and place not in self._over
+        if goes_on and item.get("id") and self._ids.get(place) not in (None, item["id"]):
             place = self._moved[item["id"]] = _ELSEWHERE + len(self._moved)
         self._items.add(place)
         self._ids[place] = item.get("id")
@@ -118,7 +120,7 @@ class ResponsesTranslator:
 
     def finished(self, value: dict[str, Any]) -> _Chunks:
         item, place = value["item"], _place(value)
-        self._over.add(place)
+        self._over[place] = item["type"]
         if item["type"] in _KINDS:
             opened = [] if place in self._calls else self._open(item, place)
             return opened + self.all_arguments({**value, **item})
@@ -145,7 +147,8 @@ class ResponsesTranslator:
         if word == "cancelled":
             raise refusal({"message": "The answer was cancelled at the provider.", "code": word}, status=502)
         chunks = self._untold(response.get("output") or [])
-        if not self._said and (text := response.get("output_text")):  # SDKs add it, and servers made with one send it
+        # SDKs add it, and servers made with one send it.
+        if not self._messages and (text := response.get("output_text")):
             chunks.append(delta_chunk(content=text_in(text)))
         last = finish_chunk(word)
         if word == "incomplete" and cause:
@@ -167,8 +170,7 @@ class ResponsesTranslator:
         """What of the finished response no event has told. Some servers' items have other ids and places there than in their
         events: text is told only if there was none, a call if its id is new."""
         chunks: _Chunks = []
-        told = len({part for part, _ in self._starts})
-        spoken = {"message": bool({"content", "refusal"} & self._said), "reasoning": "reasoning_content" in self._said}
+        told, sealed = len(self._messages), self._lengths["reasoning_items"]
         cited = self._lengths["annotations"] > 0
         for place, item in enumerate(output):
             kind = item["type"]
@@ -179,7 +181,12 @@ class ResponsesTranslator:
                 told -= 1
                 chunks += [] if cited else self._citations({"output_index": place}, item, 0)
                 continue
-            if (kind == "reasoning" and spoken[kind]) or {place, item.get("id")} & self._over:
+            if kind == "reasoning" and item.get("encrypted_content"):
+                sealed -= 1
+            if kind in (self._over.get(place), self._over.get(item.get("id"))):
+                continue
+            if kind == "reasoning" and self._thoughts:  # but what it is sealed with may be told nowhere else
+                chunks += [self._keep("reasoning_items", {"output_index": place}, item)] if sealed < 0 else []
                 continue
             self._items.add(place)
             chunks += self.finished({"output_index": place, "item": item})
@@ -199,7 +206,7 @@ class ResponsesTranslator:
         part = (_place(value), value.get("content_index"))
         self._said.add(field)
         self._starts.setdefault(part, self._length)
-        self._spoken.add(part[0])
+        (self._thoughts if field == "reasoning_content" else self._messages).add(part[0])
         if field == "content":
             self._length += len(text_in(words))
         chunk = delta_chunk(**{field: text_in(words)})
@@ -217,10 +224,10 @@ class ResponsesTranslator:
         return self._say(value, field, value.get(key))
 
     def _finished_message(self, value: dict[str, Any], item: dict[str, Any], place: Any) -> _Chunks:
-        if place not in self._items and {"content", "refusal"} & self._said:
+        if place not in self._items and self._messages:
             return []
         chunks: _Chunks = []
-        silent = place not in self._spoken
+        silent = place not in self._messages
         content = item.get("content") or ()
         for i, part in enumerate([{"text": content}] if isinstance(content, str) else content):
             here = {**value, "content_index": i}
@@ -242,7 +249,7 @@ class ResponsesTranslator:
 
     def _finished_reasoning(self, value: dict[str, Any], item: dict[str, Any], place: Any) -> _Chunks:
         chunks: _Chunks = []
-        if place not in self._spoken and (place in self._items or "reasoning_content" not in self._said):
+        if place not in self._thoughts and (place in self._items or "reasoning_content" not in self._said):
             for i, part in enumerate(item.get("summary") or ()):
                 chunks += self.summary({**value, "summary_index": i, "delta": part.get("text")})
             for part in item.get("content") or ():

@@ -180,8 +180,8 @@ class Choice:
 
     def _delta(self, choice: dict[str, Any]) -> dict[str, Any]:
         """What is new in a chunk. A `message` without a delta is the answer, or all of it so far, or what comes next; after
-        deltas it repeats them. One beside deltas (Writer, Perplexity) is looked at only if they say nothing. `text` is the
-        delta of the older completions."""
+        deltas it repeats them. Of one beside deltas (Writer, Perplexity), or after them, what none of them says is told at the
+        end. `text` is the delta of the older completions."""
         delta = choice.get("delta")
         if isinstance(delta, str):
             delta = {"content": delta}
@@ -204,8 +204,10 @@ class Choice:
                 del choice["message"]
             elif not any(value for key, value in delta.items() if key != "role"):
                 self._unsaid = message
-        elif isinstance(message, dict) and delta is None:
-            del choice["message"]
+        elif isinstance(message, dict) and not any(value for key, value in (delta or {}).items() if key != "role"):
+            self._unsaid = message
+            if delta is None:
+                del choice["message"]
         if delta is None:
             delta = {}
         choice["delta"] = delta
@@ -309,9 +311,18 @@ class Choice:
         self.held = choice
 
     def unsaid(self) -> dict[str, Any] | None:
-        """A message that stood beside deltas which said nothing."""
-        message, self._unsaid = (None if self.said else self._unsaid), None
-        return message
+        """What no delta said of a message that stood beside some, or came after them: the text behind reasoning that was
+        streamed, say."""
+        message, self._unsaid = self._unsaid, None
+        if message is None or not self.said:
+            return message
+        called = bool(self.calls) or self._legacy is not None
+        left: dict[str, Any] = {
+            "content": "" if self._length else visible_text({"content": message.get("content")}).content
+        }
+        left |= {name: message.get(name) for name in (() if called else ("tool_calls", "function_call"))}
+        left |= {} if self._annotations else {"annotations": message.get("annotations")}
+        return {name: value for name, value in left.items() if value}
 
     def missing(self) -> dict[str, Any]:
         """What is to be said before the end, as a delta: arguments of calls that have none. Not where the answer was cut

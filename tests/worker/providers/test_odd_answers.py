@@ -173,6 +173,39 @@ def test_k1_white_space_in_pieces_does_not_make_a_cut_answer_whole() -> None:
     assert (error, whole["choices"][0]["finish_reason"]) == (None, "length")
 
 
+HM, CALL = (
+    chunk({"reasoning_content": "Hm."}),
+    {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+)
+NOTE = {"type": "url_citation", "url_citation": {"url": "u", "title": "t", "start_index": 0, "end_index": 1}}
+
+
+@pytest.mark.parametrize("beside", [{}, {"delta": {}}, {"delta": {"role": "assistant", "content": ""}}])
+@pytest.mark.parametrize(
+    ("streamed", "message", "added"),
+    [
+        ([HM], {"content": "42"}, {"content": "42"}),
+        ([HM], {"content": "42", "reasoning_content": "Hm."}, {"content": "42"}),
+        ([HM], {"content": [{"type": "text", "text": "42"}]}, {"content": "42"}),
+        ([HM], {"content": None, "tool_calls": [CALL]}, {"tool_calls": [CALL]}),
+        (said("4", "2"), {"content": "42", "tool_calls": [CALL]}, {"tool_calls": [CALL]}),
+        (said("4", "2"), {"content": "42", "annotations": [NOTE]}, {"annotations": [NOTE]}),
+        ([*said("4", "2"), chunk({"tool_calls": [{**CALL, "index": 0}]})], {"content": "42", "tool_calls": [CALL]}, {}),
+        ([chunk({"content": "42", "annotations": [NOTE]})], {"content": "42", "annotations": [NOTE]}, {}),
+    ],
+)
+def test_k1_what_only_the_last_message_tells_is_told(
+    streamed: list[Any], message: dict[str, Any], added: dict[str, Any], beside: dict[str, Any]
+) -> None:
+    """And nothing of it twice. Text that came as a message, after reasoning in deltas, was left out."""
+    last = {"choices": [{"index": 0, **beside, "message": {"role": "assistant", **message}, "finish_reason": "stop"}]}
+    before = completion(hear(stream_of(*streamed, chunk({}, "stop"), DONE))[0])["choices"][0]
+    whole, error = heard("openai", [*streamed, last, DONE])
+    [choice] = whole["choices"]
+    assert (error, choice["message"]) == (None, {**before["message"], **added})
+    assert choice["finish_reason"] == ("tool_calls" if "tool_calls" in choice["message"] else "stop")
+
+
 # ---- K3
 
 

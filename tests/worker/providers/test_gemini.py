@@ -466,6 +466,37 @@ def test_what_is_said_about_a_candidate_comes_with_its_end() -> None:
     ]
 
 
+def test_what_is_told_after_the_end_is_told() -> None:
+    pages = {"groundingChunks": [{"web": {"uri": "u"}}]}
+    grounds = {**pages, "groundingSupports": [{"segment": {"text": "a"}, "groundingChunkIndices": [0]}]}
+    told = choice(
+        event({"text": "a"}, finish="MAX_TOKENS"),
+        event({"text": "", "thoughtSignature": "s"}),
+        event(groundingMetadata=grounds),
+        event({"text": ""}),
+    )
+    assert (told["finish_reason"], told["groundingMetadata"]) == ("length", grounds)
+    assert ([one["url_citation"]["url"] for one in told["message"]["annotations"]]) == ["u"]
+    assert {"extra_content": told["message"]["extra_content"]} == signed("s")
+
+
+def test_words_after_an_end_want_one_of_their_own() -> None:
+    normalizer = new_normalizer(dialect=gemini.DIALECT)
+    for value in (event({"text": "a"}, finish="STOP"), event(avgLogprobs=-1), event({"text": "b"}, avgLogprobs=-2)):
+        normalizer.feed(as_sse(value))
+    with pytest.raises(UpstreamError):
+        normalizer.end()
+
+
+def test_a_signature_beside_an_end_in_every_event_is_told_once() -> None:
+    """OpenAI's SDK for Python joins what is told twice."""
+    normalizer = new_normalizer(dialect=gemini.DIALECT)
+    parts = [{"text": "a", "thoughtSignature": "s"}, {"text": "b"}, {"text": "c"}]
+    chunks = [chunk for part in parts for chunk in normalizer.feed(as_sse(event(part, finish="STOP")))]
+    message = read_by_sdk([*chunks, *normalizer.end()])["choices"][0]["message"]
+    assert (message["content"], message["extra_content"]) == ("abc", signed("s")["extra_content"])
+
+
 def test_errors_in_the_stream() -> None:
     error = {"code": 429, "message": "slow down", "status": "RESOURCE_EXHAUSTED"}
     with pytest.raises(UpstreamError) as caught:

@@ -8,8 +8,8 @@ Hidden here: how its candidates and their parts become OpenAI's chunks. How a re
   and go back, too. Their place among the text is not kept: they stand before it. Pictures are `images`.
 - What Gemini says about a candidate (groundingMetadata, safetyRatings …) comes with its finish reason, under its own
   name; web pages it rests on are `annotations`, too. A prompt it will not answer ends with content_filter.
-- A finish reason may stand in every event, or in the middle (behind a built-in tool), with what it is about: the normalizer
-  keeps the last.
+- A finish reason may stand in every event, or in the middle (behind a built-in tool), with what it is about or before that: the
+  normalizer keeps the last.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from worker.providers.errors import readable, text_in
 from worker.providers.formats.gemini_request import call
 from worker.providers.usage import figure_in
 
+_SAID = ("content", "finishReason", "index")
+"""Fields of a candidate that are not about it."""
 _PATH = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\['((?:[^'\\]|\\.)*)'\]")
 
 
@@ -69,7 +71,8 @@ class _Candidate:
         self._text: list[str] = []
         self._cited = 0
         self._about: dict[str, Any] = {}
-        self._signature: str | None = None
+        self._signature: str | None = None  # one that was not told yet
+        self._reason: str | None = None
         self._open: tuple[int, Any] | None = None
 
     def read(self, candidate: dict[str, Any]) -> dict[str, Any] | None:
@@ -78,17 +81,21 @@ class _Candidate:
         for part in [content] if isinstance(content, str) else content.get("parts") or []:
             self._read_part(_part(part), delta)
         for key, item in candidate.items():
-            if key not in ("content", "finishReason", "index"):
+            if key not in _SAID:
                 old = self._about.get(key)
                 self._about[key] = {**old, **item} if isinstance(old, dict) and isinstance(item, dict) else item
-        if not (reason := candidate.get("finishReason")):
+        reason = candidate.get("finishReason")
+        if not reason and not delta and (self._signature or any(name not in _SAID for name in candidate)):
+            reason = self._reason  # said about an end, after it
+        if not reason:
             return {"index": self._index, "delta": delta, "finish_reason": None} if delta else None
+        self._reason = text_in(reason)
         self._close_call(delta)
         if annotations := self._annotations():
             delta["annotations"] = annotations
         if self._signature:
-            delta["extra_content"] = _extra(self._signature)
-        return {"index": self._index, "delta": delta, "finish_reason": text_in(reason), **self._about}
+            delta["extra_content"], self._signature = _extra(self._signature), None
+        return {"index": self._index, "delta": delta, "finish_reason": self._reason, **self._about}
 
     def _add(self, delta: dict[str, Any], name: str, item: dict[str, Any]) -> int:
         """Lists of a delta have an index from 0 without gaps: OpenAI's SDK for Python takes it for the place."""

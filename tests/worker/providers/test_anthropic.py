@@ -510,6 +510,78 @@ def test_a_block_that_was_never_closed_is_kept() -> None:
     assert opened["function"]["arguments"] == "{}"
 
 
+def inputs(*pieces: str) -> list[dict[str, Any]]:
+    return [{"type": "input_json_delta", "partial_json": piece} for piece in pieces]
+
+
+F = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
+SEARCH = {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}
+CUT = [("max_tokens", "length"), ("model_context_window_exceeded", "length"), ("refusal", "content_filter")]
+
+
+def cut_answers(*blocks: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The last block with its end, and without."""
+    return [list(blocks), list(blocks[:-1])]
+
+
+@pytest.mark.parametrize(("native", "reason"), CUT)
+@pytest.mark.parametrize("kind", ["server_tool_use", "mcp_tool_use"])
+@pytest.mark.parametrize("pieces", [(), ("",), ('{"query": "weat',), ("", "{")])
+def test_an_answer_that_was_cut_within_a_search_keeps_what_came_before_it_and_its_figures(
+    native: str, reason: str, kind: str, pieces: tuple[str, ...]
+) -> None:
+    """It failed, as if the provider had sent rubbish; and a search without its words would be refused when it goes back."""
+    whole = block(1, {**SEARCH, "id": "s0"}, *inputs('{"query": "a"}'))
+    for last in cut_answers(*block(2, {**SEARCH, "type": kind}, *inputs(*pieces))):
+        told = answer(*text("a"), *whole, *last, *end(native))
+        [found] = told["choices"]
+        assert (found["finish_reason"], found["native_finish_reason"]) == (reason, native)
+        assert (found["message"]["content"], told["usage"]["completion_tokens"]) == ("a", 7)
+        assert found["message"]["anthropic_blocks"] == [{**SEARCH, "id": "s0", "input": {"query": "a"}}]
+
+
+@pytest.mark.parametrize("native", ["end_turn", "tool_use", "pause_turn", "stop_sequence", None])
+def test_a_search_that_is_no_json_where_nothing_was_cut_is_a_damaged_answer(native: str | None) -> None:
+    broken = block(1, SEARCH, *inputs('{"query": "weat'))
+    for last in cut_answers(*broken):
+        with pytest.raises(UpstreamInvalid):
+            answer(*text("a"), *last, *end(native))  # type: ignore[arg-type]
+    with pytest.raises(UpstreamInvalid):
+        answer(*broken, *block(2, {"type": "text", "text": "a"}), *end("max_tokens"))
+
+
+@pytest.mark.parametrize(("native", "reason"), CUT)
+@pytest.mark.parametrize("pieces", [(), ("",)])
+def test_a_call_that_was_cut_before_its_arguments_has_none(native: str, reason: str, pieces: tuple[str, ...]) -> None:
+    """`{}` would be run."""
+    for last in cut_answers(*block(1, F, *inputs(*pieces))):
+        told = choice(*text("a"), *last, *end(native))
+        assert (told["finish_reason"], told["message"]["tool_calls"][0]["function"]["arguments"]) == (reason, "")
+
+
+@pytest.mark.parametrize("after", [block(1, {"type": "text", "text": "b"}), block(1, {**F, "id": "u"}, *inputs('{"a'))])
+def test_a_call_without_arguments_before_the_block_that_was_cut_is_whole(after: list[dict[str, Any]]) -> None:
+    for first in cut_answers(*block(0, F)):
+        told = choice(*first, *after, *end("max_tokens"))
+        assert [one["function"]["arguments"] for one in told["message"]["tool_calls"]] in (["{}"], ["{}", '{"a'])
+        assert told["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("reason", ["max_tokens", "end_turn", None])
+def test_blocks_without_input_in_a_message_that_comes_whole(reason: str | None) -> None:
+    message = {"type": "message", "content": [{"type": "text", "text": "a"}, SEARCH, F], "stop_reason": reason}
+    told = choice(message)["message"]
+    assert told["anthropic_blocks"] == [SEARCH]
+    assert told["tool_calls"][0]["function"]["arguments"] == ("" if reason == "max_tokens" else "{}")
+
+
+@pytest.mark.parametrize(("reason", "arguments"), [("max_tokens", ""), ("tool_use", "{}"), (None, "{}")])
+def test_where_only_the_start_says_how_it_ended(reason: str | None, arguments: str) -> None:
+    start = {"type": "message_start", "message": {"stop_reason": reason, "usage": {"input_tokens": 3}}}
+    told = choice(start, *block(0, F), {"type": "message_stop"})
+    assert told["message"]["tool_calls"][0]["function"]["arguments"] == arguments
+
+
 @pytest.mark.parametrize(
     ("kind", "status"),
     [

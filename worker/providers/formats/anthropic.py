@@ -7,6 +7,8 @@ opening of a tool call, and its `input_json_delta`s are that call's arguments.
   an assistant message that has it is sent back the way Anthropic wants it (anthropic_request.py).
 - Blocks that OpenAI has nothing like (web searches, code, compaction …) are `anthropic_blocks`, whole, and go back, too.
   Their place among the text is not kept: they stand before it.
+- An input of which nothing came, or a part, may be where the answer was cut: what follows tells. Cut off, a call has no
+  arguments, and another block is left out.
 - Citations are `annotations`; one that is not of a web page has Anthropic's own type, and so stands in `other_annotations`.
 - A message that comes whole is read as the events it would have been.
 """
@@ -19,6 +21,7 @@ from shared.lib import json
 from worker.providers import usage
 from worker.providers.dialect import Dialect
 from worker.providers.errors import readable, text_in
+from worker.providers.finish import ending
 from worker.providers.formats.anthropic_request import call
 from worker.providers.tool_calls import text_of
 
@@ -29,6 +32,8 @@ class _Answer:
     def __init__(self) -> None:
         self.done = False
         self._blocks: dict[int, _Block] = {}
+        self._newest: _Block | None = None
+        self._doubtful: _Block | None = None  # ended, perhaps by the cut of the answer
         self._usage: dict[str, Any] = {}
         self._counts: dict[str, int] = {}
         self._reason: str | None = None  # one that stands in the message's start, where no other follows
@@ -42,15 +47,16 @@ class _Answer:
             if kind == "content_block_start":
                 before = self._blocks.pop(_index(value), None)  # some leave out the stop, or the index
                 block = self._blocks[_index(value)] = _Block(value["content_block"], self._length)
-                return [*(self._said(self._stop(before)) if before else ()), *self._said(self._start(block))]
+                ended = self._stopped(before) if before else []
+                return [*ended, *self._settled(cut=False), *self._said(self._start(block))]
             if kind == "content_block_delta":
                 if not value.get("delta"):
                     return []
                 block = self._blocks.get(_index(value)) or self._unopened(value)
                 return self._said(self._delta(block, value["delta"]))
             if kind == "content_block_stop":
-                ended = self._blocks.pop(_index(value), None)
-                return self._said(self._stop(ended)) if ended else []  # some say it twice
+                before = self._blocks.pop(_index(value), None)
+                return self._stopped(before) if before else []  # some say it twice
             if kind == "message_start":
                 # Nothing is handed out yet: an overload that follows can still be met by asking another target.
                 message = value.get("message") or {}
@@ -77,12 +83,12 @@ class _Answer:
     def _block(self, raw: dict[str, Any]) -> list[dict[str, Any]]:
         """A block that comes whole."""
         block = _Block(raw, self._length)
-        return [*self._said(self._start(block)), *self._said(self._stop(block))]
+        return [*self._settled(cut=False), *self._said(self._start(block)), *self._stopped(block)]
 
     def _unopened(self, value: dict[str, Any]) -> _Block:
         """A block whose start never came, by the type of its deltas. Raises KeyError for one that cannot be known by it."""
         kind = {"text_delta": "text", "thinking_delta": "thinking"}[value["delta"]["type"]]
-        block = self._blocks[_index(value)] = _Block({"type": kind, kind: ""}, self._length)
+        block = self._newest = self._blocks[_index(value)] = _Block({"type": kind, kind: ""}, self._length)
         return block
 
     def _last(self, value: dict[str, Any]) -> list[dict[str, Any]]:
@@ -91,8 +97,7 @@ class _Answer:
         metrics = value.get("amazon-bedrock-invocationMetrics") or {}
         names = {"input_tokens": "inputTokenCount", "output_tokens": "outputTokenCount"}
         self._count({name: metrics.get(other) for name, other in names.items() if not self._usage.get(name)} | told)
-        chunks = [chunk for block in self._blocks.values() for chunk in self._said(self._stop(block))]
-        self._blocks.clear()
+        chunks = [*self._all_stopped(), *self._settled(cut=_cuts(self._reason))]
         if self._reason:
             chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": text_in(self._reason)}]})
         return [*chunks, {"choices": [], "usage": _usage(self._usage)}] if self._usage else chunks
@@ -106,6 +111,7 @@ class _Answer:
         return self._counts[name]
 
     def _start(self, block: _Block) -> dict[str, Any]:
+        self._newest = block
         if block.type == "tool_use":
             block.place = self._next("tool_calls")
             function = {"name": text_in(block.raw["name"]), "arguments": ""}
@@ -139,6 +145,28 @@ class _Answer:
         self._length += len(text)
         return {"content": text}
 
+    def _all_stopped(self) -> list[dict[str, Any]]:
+        open_, self._blocks = self._blocks, {}
+        return [chunk for block in open_.values() for chunk in self._stopped(block)]
+
+    def _stopped(self, block: _Block) -> list[dict[str, Any]]:
+        """What a block amounts to at its end, or that is still to be seen."""
+        before = self._settled(cut=False)
+        if block.has_input() or (block is not self._newest and not block.json):
+            return [*before, *self._said(self._stop(block))]
+        self._doubtful = block
+        return before
+
+    def _settled(self, *, cut: bool) -> list[dict[str, Any]]:
+        """Of a block with nothing, or with a part, for its input: `cut` says whether the answer ended there for want of
+        room. Raises ValueError for a part that nothing has cut."""
+        block, self._doubtful = self._doubtful, None
+        if block is None or cut:
+            return []
+        if block.json:
+            raise ValueError
+        return self._said(self._stop(block))
+
     def _stop(self, block: _Block) -> dict[str, Any]:
         if block.type == "text":
             annotations = [self._annotation(block, citation) for citation in block.citations]
@@ -146,8 +174,6 @@ class _Answer:
         if block.type == "tool_use":
             # Nothing said is no argument, but not JSON: clients parse it.
             return {} if block.json else _arguments(block, json.dumps(block.raw.get("input") or {}).decode())
-        if block.json:
-            block.raw["input"] = json.loads("".join(block.json).encode())
         name = "thinking_blocks" if block.type in ("thinking", "redacted_thinking") else "anthropic_blocks"
         return {name: [{**block.whole(), "index": self._next(name)}]}
 
@@ -164,8 +190,9 @@ class _Answer:
         reason, sequence = delta.pop("stop_reason", None), delta.pop("stop_sequence", None)
         more = {**value, **delta}
         more = {key: item for key, item in more.items() if item and key not in ("type", "delta", "usage")}
-        chunks = [chunk for block in self._blocks.values() for chunk in self._said(self._stop(block))]
-        self._blocks.clear()
+        chunks = self._all_stopped()
+        if reason is not None or self.done:
+            chunks += self._settled(cut=_cuts(reason))
         if reason is None:
             return [*chunks, {"choices": [], "usage": _usage(self._usage)}]
         self._reason = None
@@ -204,6 +231,16 @@ class _Block:
         self._grown: dict[str, list[str]] = {}
         self.citations = [dict(citation) for citation in self.raw.pop("citations", None) or []]
 
+    def has_input(self) -> bool:
+        """False for a block whose input is still nothing, or no JSON, at its end. Puts into `raw` what came of it in pieces,
+        but for a call's, which are passed on as they come."""
+        if self.json and self.type not in ("text", "tool_use"):
+            try:
+                self.raw["input"] = json.loads("".join(self.json).encode())
+            except ValueError:
+                return False
+        return bool(self.json or self.raw.get("input")) or not self.type.endswith("tool_use")
+
     def add(self, delta: dict[str, Any]) -> None:
         """A delta of a kind that only this type of block has: text is joined."""
         for key, value in delta.items():
@@ -226,6 +263,11 @@ _CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _FIGURES = ("input_tokens", "output_tokens", *_CACHED)
 _OTHER_NAMES = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens"}
 """What gateways to other vendors' models say."""
+
+
+def _cuts(reason: Any) -> bool:
+    """Whether this ends an answer before the model did."""
+    return reason is not None and ending("anthropic", text_in(reason)).status != "completed"
 
 
 def _index(value: dict[str, Any]) -> int:

@@ -425,6 +425,37 @@ def test_function_calls_come_value_by_value() -> None:
     assert second == {}
 
 
+@pytest.mark.parametrize(
+    ("native", "reason"), [("MAX_TOKENS", "length"), ("SAFETY", "content_filter"), ("STOP", "tool_calls")]
+)
+@pytest.mark.parametrize(
+    ("values", "cut", "whole"),
+    [
+        ([], "", "{}"),
+        ([{"jsonPath": "$.to", "stringValue": "ann", "willContinue": True}], '{"to":"ann"', '{"to":"ann"}'),
+        (
+            [{"jsonPath": "$.a[0].b", "numberValue": 1}, {"jsonPath": "$.a[1]", "boolValue": True}],
+            '{"a":[{"b":1},true]',
+            '{"a":[{"b":1},true]}',
+        ),
+    ],
+)
+def test_arguments_that_were_cut_do_not_look_whole(
+    values: list[dict[str, Any]], cut: str, whole: str, native: str, reason: str
+) -> None:
+    """What came of them was told as an object that has its end, and would be run."""
+    pieces = [event({"functionCall": {"partialArgs": [value], "willContinue": True}}) for value in values]
+    told = choice(
+        event({"functionCall": {"name": "f", "args": {"x": 1}}}),
+        event({"functionCall": {"name": "h", "willContinue": True}}),
+        *pieces,
+        event(finish=native),
+    )
+    last = whole if native == "STOP" else cut
+    assert [one["function"]["arguments"] for one in told["message"]["tool_calls"]] == ['{"x":1}', last]
+    assert told["finish_reason"] == reason
+
+
 def test_while_arguments_come_something_is_handed_out() -> None:
     """Or the idle timer would end a long call."""
     normalizer = new_normalizer(dialect=gemini.DIALECT)

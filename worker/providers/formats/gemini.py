@@ -20,6 +20,7 @@ from typing import Any
 from shared.lib import json
 from worker.providers.dialect import Dialect
 from worker.providers.errors import readable, text_in
+from worker.providers.finish import ending
 from worker.providers.formats.gemini_request import call
 from worker.providers.usage import figure_in
 
@@ -90,7 +91,7 @@ class _Candidate:
         if not reason:
             return {"index": self._index, "delta": delta, "finish_reason": None} if delta else None
         self._reason = text_in(reason)
-        self._close_call(delta)
+        self._close_call(delta, cut=ending("gemini", self._reason).status != "completed")
         if annotations := self._annotations():
             delta["annotations"] = annotations
         if self._signature:
@@ -132,7 +133,7 @@ class _Candidate:
         """A call comes whole, or (Vertex, where it is asked for) opened with its name and then value by value.
 
         What comes by value is handed out at the end: only then is it JSON. Until then there are empty pieces, which show
-        that something is coming.
+        that something is coming. Where the answer was cut within it, it is none: its last bracket is missing.
         """
         call = _camel(call)
         if name := call.get("name"):
@@ -152,10 +153,13 @@ class _Candidate:
         elif not name:
             self._argue(delta, self._open[0], "")
 
-    def _close_call(self, delta: dict[str, Any]) -> None:
+    def _close_call(self, delta: dict[str, Any], *, cut: bool = False) -> None:
         if self._open is not None:
             index, arguments = self._open
-            self._argue(delta, index, arguments if isinstance(arguments, str) else json.dumps(arguments).decode())
+            text = arguments if isinstance(arguments, str) else json.dumps(arguments).decode()
+            if cut and not isinstance(arguments, str):
+                text = text[:-1] if arguments else ""
+            self._argue(delta, index, text)
             self._open = None
 
     def _argue(self, delta: dict[str, Any], index: int, text: str) -> None:

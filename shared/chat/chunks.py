@@ -25,7 +25,7 @@ _ASSIGNED = frozenset(
 )
 """Fields that are sent whole, not in pieces: joining two of them would make neither."""
 
-_PLACED = (
+PLACED = (
     "tool_calls",
     "annotations",
     "other_annotations",
@@ -272,8 +272,23 @@ def completion(header: Asked, fold: Accumulator) -> dict[str, Any]:
 
 
 def _message(deltas: dict[str, Any]) -> dict[str, Any]:
-    lists = {field: deltas[field] for field in _PLACED if isinstance(deltas.get(field), list)}
-    return {**deltas, **{field: [_unplaced(item) for item in items] for field, items in lists.items()}}
+    message = {field: _in_order(items, placed=field in PLACED) for field, items in deltas.items()}
+    if isinstance(foreign := message.get(FOREIGN), dict):
+        message[FOREIGN] = {field: _in_order(items, from_first=True) for field, items in foreign.items()}
+    return message
+
+
+def _in_order(items: Any, *, placed: bool = False, from_first: bool = False) -> Any:
+    """A list without the `index` that its items have only so that deltas can be added up. Of other lists than those, the worker
+    gives it to items that have none: `from_first`, or from those of the second delta on."""
+    if not isinstance(items, list) or not items:
+        return items
+    if not placed:
+        known = [item.get("index") if isinstance(item, dict) else None for item in items]
+        first = next((at for at, index in enumerate(known) if index is not None), len(known))
+        if (first == 0 and not from_first) or known[first:] != list(range(first, len(known))):
+            return items
+    return [_unplaced(item) for item in items]
 
 
 def _unplaced(item: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from shared.chat.messages import REASONING_FIELDS, visible_text
 from shared.errors import UpstreamError
 from worker.providers import finish
-from worker.providers.chunk_shapes import WITH_THE_WORDS, pop_about_the_end, put_choice_in_place
+from worker.providers.chunk_shapes import WITH_THE_WORDS, Places, pop_about_the_end, put_choice_in_place
 from worker.providers.errors import malformed, refusal
 from worker.providers.tool_calls import CallIds, ToolCalls, text_of
 
@@ -39,6 +39,7 @@ class Choice:
         "_length",
         "_legacy",
         "_opened",
+        "_places",
         "_spoken",
         "_unsaid",
         "_whole",
@@ -71,7 +72,7 @@ class Choice:
         self._whole: dict[str, str] | None = None
         """What messages without deltas have said so far, by field."""
         self._annotations: dict[str, int] = {}
-        self._length = 0
+        self._length, self._places = 0, Places()
         self._legacy: str | None = None
         self._begun = ""
         """The name of such a call, as long as it may go on."""
@@ -148,6 +149,7 @@ class Choice:
             self._annotate(delta)
         if delta.get("function_call"):
             self._read_legacy(delta)
+        self._places.number(delta)
         says = False
         for key, value in delta.items():  # not any(), which costs as much again
             if value and key != "role":

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from shared.chat.chunks import FOREIGN
+from shared.chat.chunks import FOREIGN, PLACED
 from shared.chat.messages import visible_text
 from shared.log.entry import Chunk
 
@@ -125,6 +125,44 @@ def pop_about_the_end(choice: dict[str, Any]) -> dict[str, Any]:
     return about
 
 
+class Places:
+    """How many items each list in the deltas of a choice has had: those that have no `index` get one by that.
+
+    OpenAI's SDK for Python adds lists up by it, takes it for the place, and fails where a second list has none. The first one
+    stays as it came where the fold (`shared.chat.chunks`) would not take the index off again.
+    """
+
+    __slots__ = ("_counts",)
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, bool], int] = {}
+
+    def number(self, delta: dict[str, Any]) -> None:
+        """In place, after all that moves lists around."""
+        self._number(delta, foreign=False)
+        if (found := delta.get(FOREIGN)).__class__ is dict:
+            self._number(found, foreign=True)
+
+    def _number(self, holder: dict[str, Any], *, foreign: bool) -> None:
+        for name, items in holder.items():
+            if items.__class__ is not list or not items:
+                continue
+            begun = self._counts.get((name, foreign))
+            if all(map(_is_placed, items)):
+                known = [item["index"] + 1 for item in items if isinstance(item, dict)]
+                if known:
+                    self._counts[name, foreign] = max(begun or 0, *known)
+                continue
+            self._counts[name, foreign] = (begun or 0) + len(items)
+            if (begun is not None or foreign or name in PLACED) and all(isinstance(item, dict) for item in items):
+                holder[name] = [{**item, "index": at} for at, item in enumerate(items, begun or 0)]
+
+
+def _is_placed(item: Any) -> bool:
+    """Whether it can be added up as it is: text and numbers are only strung together."""
+    return type(item.get("index")) is int if isinstance(item, dict) else isinstance(item, str | int | float)
+
+
 def _sort(holder: dict[str, Any], places: dict[str, Callable[[Any], Any]]) -> None:
     """`places` give a value in OpenAI's form, None where it has none."""
     for name in holder.keys() & places.keys():
@@ -154,7 +192,8 @@ def _spell_content(delta: dict[str, Any]) -> None:
             more = {name: field for name, field in part.items() if name not in ("type", "text", "index") and field}
             others += [{"type": kind, **more}] if more else []
         elif part:
-            others.append(part)
+            own = part if isinstance(part, dict) else {"value": part}
+            others.append({name: field for name, field in own.items() if name != "index"})
     if texts:
         delta["content"] = "".join(texts)
     if thoughts and not delta.get("reasoning_content"):

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from shared.chat.chunks import FOREIGN, Accumulator
 from tests.support import recordings
-from tests.support.answers import completion, new_normalizer, play, values
+from tests.support.answers import completion, new_normalizer, play, read_by_sdk, values
 from tests.support.recordings import Row, wire
-from tests.support.written import DIALECTS, DONE, USAGE, answered, chunk, only, said, stream_of
+from tests.support.written import DIALECTS, DONE, USAGE, answered, chunk, hear, only, said, stream_of
 
 RECORDINGS = recordings.recordings("chat", "anthropic", "gemini", "cohere", "responses")
 ENTRY = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}
@@ -220,6 +220,75 @@ def test_content_is_text(content: Any, text: str | None, reasoning: str | None, 
     assert message["content"] == f"{after}{text or ''}z"
     assert message.get("reasoning_content") == reasoning
     assert message.get(FOREIGN) == (None if others is None else {"content": others})
+
+
+def _seen(at: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "reference", "reference_ids": [at], **more}
+
+
+@pytest.mark.parametrize(
+    ("deltas", "place", "items"),
+    [
+        ([{"content": [_seen(1)]}, {"content": [_seen(2)]}], (FOREIGN, "content"), [_seen(1), _seen(2)]),
+        (
+            [{"content": [_seen(1, index=0)]}, {"content": [_seen(2, index=0)]}],
+            (FOREIGN, "content"),
+            [_seen(1), _seen(2)],
+        ),
+        (
+            [{"content": [_seen(1), [2]]}, {"content": [[3]]}],
+            (FOREIGN, "content"),
+            [_seen(1), {"value": [2]}, {"value": [3]}],
+        ),
+        (
+            [{"refusal": [{"a": 1}]}, {"refusal": [{"a": 2}, {"a": 3}]}],
+            (FOREIGN, "refusal"),
+            [{"a": 1}, {"a": 2}, {"a": 3}],
+        ),
+        ([{FOREIGN: {"seen": [_seen(1)]}}, {FOREIGN: {"seen": [_seen(2)]}}], (FOREIGN, "seen"), [_seen(1), _seen(2)]),
+        ([{"images": [_seen(1)]}, {"images": [_seen(2)]}], ("images",), [_seen(1), _seen(2)]),
+        ([{"sources": [_seen(1), _seen(2)]}, {"sources": [_seen(3)]}], ("sources",), [_seen(1), _seen(2), _seen(3)]),
+    ],
+)
+def test_lists_that_come_twice_add_up_in_openais_sdk(
+    deltas: list[dict[str, Any]], place: tuple[str, ...], items: list[dict[str, Any]]
+) -> None:
+    """Its helper fails where a second list has no `index`: two references of Mistral's ended the whole stream. To the broker
+    they are in order, without it."""
+    events = [event for delta in deltas for event in (*said("a"), chunk(delta))]
+    chunks, error, _ = hear(stream_of(*events, chunk({}, "stop"), DONE))
+    assert error is None
+    ours, theirs = completion(chunks)["choices"][0]["message"], read_by_sdk(chunks)["choices"][0]["message"]
+    assert ours["content"] == theirs["content"] == "aa"
+    for name in place:
+        ours, theirs = ours[name], theirs[name]
+    assert ours == items
+    assert [{key: value for key, value in one.items() if key != "index"} for one in theirs] == items
+
+
+def test_a_list_whose_items_have_an_index_keeps_it() -> None:
+    details = [
+        {"type": "a", "text": "1", "index": 0},
+        {"type": "a", "text": "2", "index": 0},
+        {"type": "b", "data": "3"},
+    ]
+    chunks, _, _ = hear(
+        stream_of(*(chunk({"reasoning_details": [one]}) for one in details), *said("a"), chunk({}, "stop"))
+    )
+    ours, theirs = completion(chunks)["choices"][0]["message"], read_by_sdk(chunks)["choices"][0]["message"]
+    assert ours["reasoning_details"] == theirs["reasoning_details"]
+    assert ours["reasoning_details"] == [
+        {"type": "a", "text": "12", "index": 0},
+        {"type": "b", "data": "3", "index": 1},
+    ]
+
+
+def test_a_list_that_comes_once_stays_as_it_came() -> None:
+    chunks, _, _ = hear(stream_of(*said("a"), chunk({"sources": [{"a": 1}]}), chunk({}, "stop"), DONE))
+    [told] = [
+        one["choices"][0]["delta"]["sources"] for one in values(chunks) if one["choices"][0]["delta"].get("sources")
+    ]
+    assert told == [{"a": 1}]
 
 
 def test_thinking_that_a_message_tells_twice_is_told_once() -> None:

@@ -54,6 +54,7 @@ FIGURES = {"prompt_tokens": 1336, "completion_tokens": 31, "total_tokens": 1367}
 MESSAGE = {"role": "assistant", "content": "The whole answer"}
 CHOICE = {"index": 0, "message": MESSAGE, "finish_reason": "stop"}
 WHOLE = {"object": "chat.completion", "choices": [CHOICE], "usage": FIGURES}
+SEEN = [{"type": "reference", "reference_ids": [1]}]
 TWO = (("a", "f", '{"x":1}'), ("b", "g", '{"y":2}'))
 END = [chunk({}, "tool_calls"), DONE]
 
@@ -113,6 +114,15 @@ CASES = {
         [json.dumps(WHOLE, indent=1).encode()], "The whole answer", usage=(1336, 31), content_type="application/json"
     ),
     "f18-called-json": Case([chunk("ab"), chunk({}, "stop"), DONE], "ab", content_type="application/json"),
+    "two-references": Case(
+        [*(chunk({"content": [{"type": "text", "text": at}, *SEEN]}) for at in "ab"), chunk({}, "stop"), DONE], "ab"
+    ),
+    "lists-of-its-own": Case(
+        [*(chunk({"content": at, "sources": SEEN}) for at in "abc"), chunk({}, "stop"), DONE], "abc"
+    ),
+    "told-at-the-end": Case(
+        [chunk({"reasoning_content": "Hm."}), event({"choices": [CHOICE]}), DONE], "The whole answer"
+    ),
     "f18-text": Case([in_choice({"text": "a"}), in_choice({"text": "b", "finish_reason": "stop"}), DONE], "ab"),
 }
 

@@ -42,7 +42,7 @@ from shared.log.entry import Status
 from shared.log.records import Header, SessionTerms
 from shared.store.merged import merged
 from shared.store.redis import ArqRedis
-from shared.store.transaction import beside, commit
+from shared.store.transaction import Command, beside, commit
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 _PAGE = 100
@@ -111,8 +111,10 @@ class Sessions:
                 f"The session is busy with {waiting[0]}. Wait for it, cancel it, or set session_policy to `enqueue` or "
                 "`interrupt`."
             )
-        head = await pipe.hmget(names.head, "turn", "tokens", "bytes")
-        number, tokens, size = (int(value or 0) for value in head)
+        head = await pipe.hmget(names.head, "turn", "tokens", "bytes", "turns")
+        number, tokens, size, turns = (int(value or 0) for value in head)
+        if turns and not number:  # older versions wrote the turn of a deleted one, and left half a session
+            number = max(int(entry_id.partition(b"-")[0]) for entry_id, _ in await pipe.xrevrange(names.turns, count=1))
         self._check_size(session, tokens, size)
         session["turn"] = number + 1
         now = now_ms()
@@ -150,11 +152,20 @@ class Sessions:
         if session is None:
             return True
         waiting = await self.open(header["owner"], session["id"])
-        return not waiting or waiting[0] == header["id"]
+        return header["id"] not in waiting or waiting[0] == header["id"]  # not in it: its session was deleted
 
     async def open(self, tenant: str, session_id: str) -> list[str]:
         """The session's open generations, in the order in which they run."""
         return await self._waiting(self._redis, self._key.session(tenant, session_id).open)
+
+    def place(self, header: Header) -> tuple[str, Command, str] | None:
+        """The key, the read and the answer by which a session still has an open turn for this generation, which may belong to
+        none. One that was deleted since has not, be there another of its name by now: then `effect` is not to be done."""
+        session = header.get("session")
+        if session is None:
+            return None
+        name = self._key.session(header["owner"], session["id"]).open
+        return name, ("ZSCORE", name, header["id"]), str(session["turn"])
 
     async def before(self, header: Header) -> list[str]:
         """Open generations of its session that this one has to wait for."""
@@ -253,10 +264,6 @@ class Sessions:
             data, blobs = turn.stored
             fields: dict[Any, Any] = {"t": data} if blobs is None else {"t": data, BLOBS: blobs}
             pipe.xadd(names.turns, fields, id=f"{session['turn']}-0")
-            # It may have been deleted since this began: then it is one with this turn alone, and not half of one.
-            for field, value in (("created_at_ms", now_ms()), ("turn", session["turn"])):
-                pipe.hsetnx(names.head, field, value)
-            pipe.zadd(self._listed(tenant, session["id"]), {session["id"]: now_ms()}, nx=True)
             for field, amount in (("turns", 1), ("tokens", turn.tokens), ("bytes", len(data))):
                 pipe.hincrby(names.head, field, amount)
             pipe.hset(names.head, "updated_at_ms", str(now_ms()))
@@ -293,7 +300,7 @@ class Sessions:
         return {
             "id": session_id,
             "object": "session",
-            "created_at": head["created_at_ms"] // 1000,
+            "created_at": head.get("created_at_ms", head["updated_at_ms"]) // 1000,  # half a session: see `reserve`
             "updated_at": head["updated_at_ms"] // 1000,
             "expires_at": (now_ms() + left_ms) // 1000,
             "turns": head.get("turns", 0),

@@ -80,21 +80,30 @@ class Settlement:
             effects = [(one, add) for one, add in effects if one is self._sessions]
             ended.asked.clear()
 
+        place = self._sessions.place(header)
+
         def queue(pipe: Any, seen: list[Any]) -> None:
             marked, exists, *answers = seen
+            is_kept = place is None or answers.pop(0) is not None
             ended.answer(answers)
             if marked != _mark(header) and exists:
-                self._add(pipe, ended, effects)
+                self._add(pipe, ended, [(one, add) for one, add in effects if is_kept or one is not self._sessions])
             enqueue(pipe, (b"SREM", self._key.unsettled(self._key.cells.of(generation_id)), generation_id))
 
         looks: list[Command] = [("GET", marker), ("EXISTS", log)]
+        expected = ["", "1"]
+        names = [marker, log]
+        if place is not None:
+            names.append(place[0])
+            looks.append(place[1])
+            expected.append(place[2])
         asks = [one.command for one in ended.asked]
         async with self._redis.pipeline(transaction=True) as pipe:
-            # As it is nearly always: not yet, and the log is there.
-            queue(pipe, [None, 1, *map(Answer, range(len(asks)))])
-            done = await commit_if(pipe, [(looks[0], ""), (looks[1], "1")], asks)
+            # As it is nearly always: not yet, the log is there, and its session has it open.
+            queue(pipe, [None, *expected[1:], *map(Answer, range(len(asks)))])
+            done = await commit_if(pipe, list(zip(looks, expected, strict=True)), asks)
         if done is None:
-            done = await transact(self._redis, [marker, log], [*looks, *asks], queue)
+            done = await transact(self._redis, names, [*looks, *asks], queue)
         else:
             raise_first(done)
         await self._settled(header, is_new=len(done) > 1)

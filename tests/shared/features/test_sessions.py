@@ -33,6 +33,7 @@ class Bench:
         self.redis, self.log, self.appender = redis, log, appender
         self.core = Core(redis, log, settings, name="test")
         self.broker, self.sessions = self.core.broker, self.core.sessions
+        self.store = Sessions(redis, settings, self.core.blobs)
 
     async def ask(
         self, text: str, *, who: Caller = ANN, session: str = "s", key: str | None = None, **fields: Any
@@ -290,18 +291,46 @@ async def test_what_is_deleted_with_its_last_answer_not_settled_stays_deleted(be
     assert await bench.texts() == ["again", "b"]
 
 
-async def test_a_turn_that_comes_after_its_session_was_deleted_leaves_a_sound_one(bench: Bench) -> None:
-    """Its request met the DELETE."""
+@pytest.mark.parametrize("again", [0, 1, 2])
+async def test_a_turn_of_a_deleted_session_is_in_none(bench: Bench, again: int) -> None:
+    """Its request met the DELETE. Its text came back, and where the name had turns again, its number was refused, or theirs."""
     await bench.say(await bench.ask("q0"), answer("a0"))
     header = await bench.ask("q1")
-    names = keys.session("ann", "s")
-    await bench.redis.delete(names.head, names.turns, names.open)
-    await bench.redis.zrem(keys.sessions("ann", keys.cells.of_session("ann", "s")), "s")
-    await sealed(bench, header, "a1")
-    await bench.core.settlement.settle(header["id"])
+    await bench.store.delete("ann", "s")
+    anew = [text for number in range(again) for text in (f"n{number}", f"m{number}")]
+    for number in range(again):
+        await bench.say(await bench.ask(f"n{number}"), answer(f"m{number}"))
+    open_one = await bench.ask("open") if again else None
+    await bench.say(header, answer("a1"))
+    assert (await bench.broker.find(header["id"], ANN)).status is Status.COMPLETED
+    if open_one is None:
+        assert not [name async for name in bench.redis.scan_iter("*session:{ann:s}*")]
+        assert await bench.sessions.newest(ANN, None, 10) == []
+        open_one = await bench.ask("open")
+    await bench.say(open_one, answer("end"))
+    assert await bench.texts() == [*anew, "open", "end"]
     session = await bench.sessions.find("s", ANN)
-    assert (session["turns"], session["open"]) == (1, [])
-    assert [one["id"] for one in await bench.sessions.newest(ANN, None, 10)] == ["s"]
+    assert (session["turns"], session["open"]) == (again + 1, [])
+
+
+async def test_what_waits_in_a_deleted_session_waits_for_nothing_in_its_next(bench: Bench) -> None:
+    await bench.ask("q0")
+    header = await bench.ask("q1", session_policy="enqueue")
+    await bench.store.delete("ann", "s")
+    await bench.ask("again")
+    assert await bench.store.is_next(header)
+
+
+async def test_half_a_session_that_an_older_version_left_goes_on(bench: Bench) -> None:
+    """It wrote the turn of one that was deleted."""
+    for number in range(2):
+        await bench.say(await bench.ask(f"q{number}"), answer(f"a{number}"))
+    names = keys.session("ann", "s")
+    await bench.redis.xdel(names.turns, "1-0")
+    await bench.redis.hdel(names.head, "created_at_ms", "turn")  # type: ignore[misc]
+    await bench.redis.hset(names.head, "turns", "1")  # type: ignore[misc]
+    session = await bench.sessions.find("s", ANN)
+    assert session["created_at"] == session["updated_at"]
     await bench.say(await bench.ask("q2"), answer("a2"))
     assert await bench.texts() == ["q1", "a1", "q2", "a2"]
 

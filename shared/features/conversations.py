@@ -177,7 +177,7 @@ class Conversations:
     async def _change(self, tenant: str, conversation_id: str, number: int, change: Change) -> bool:
         """False, and nothing is done, where the turn was changed meanwhile."""
         names = self._key.session(tenant, check_id(conversation_id))
-        turn, text = await self._sessions.turn(tenant, conversation_id, number)
+        turn, found = await self._sessions.turn(tenant, conversation_id, number)
         messages = change(turn["messages"])
         tokens = estimate_tokens(present(messages))
         plain = {name: value for name, value in turn.items() if name not in ("bytes", "number")}
@@ -188,13 +188,16 @@ class Conversations:
         def queue(pipe: Any, seen: list[Any]) -> None:
             nonlocal as_it_was
             turns = [(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in seen[0]]
-            as_it_was = any(entry_id == b"%d-0" % number and pairs[b"t"] == text for entry_id, pairs in turns)
+            # All of its fields: the text of a large one is in a blob, and only the blob's name tells two apart.
+            as_it_was = any(entry_id == b"%d-0" % number and pairs == found for entry_id, pairs in turns)
             if not as_it_was:
                 return
             pipe.delete(names.turns)
             for entry_id, pairs in turns:
-                new = {**pairs, **_fields(stored)} if entry_id == b"%d-0" % number else pairs
-                pipe.xadd(names.turns, new, id=entry_id)
+                if entry_id == b"%d-0" % number:  # not with the blobs of the old one, if the new one has none
+                    pairs.pop(BLOBS, None)
+                    pairs.update(_fields(stored))
+                pipe.xadd(names.turns, pairs, id=entry_id)
             pipe.hincrby(names.head, "tokens", tokens - turn["tokens"])
             pipe.hincrby(names.head, "bytes", len(stored.data) - turn["bytes"])
             pipe.hset(names.head, "updated_at_ms", str(now_ms()))

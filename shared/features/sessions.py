@@ -207,11 +207,11 @@ class Sessions:
             start = f"({page[-1][0].decode()}"
         return found
 
-    async def turn(self, tenant: str, session_id: str, number: int) -> tuple[dict[str, Any], bytes]:
-        """One of them, and its text as it stands there. Raises NotFound."""
+    async def turn(self, tenant: str, session_id: str, number: int) -> tuple[dict[str, Any], Mapping[bytes, bytes]]:
+        """One of them, and its fields as they stand there. Raises NotFound."""
         name = self._key.session(tenant, session_id).turns
         for entry_id, fields in await self._redis.xrange(name, f"{number}-0", f"{number}-0"):
-            return await self._read(tenant, entry_id, fields), by_name(fields)[b"t"]
+            return await self._read(tenant, entry_id, fields), by_name(fields)
         raise NotFound(NOT_FOUND)
 
     async def _read(self, tenant: str, entry_id: bytes, fields: Fields) -> dict[str, Any]:

@@ -72,15 +72,24 @@ def test_a_conversation_and_its_items(alice: Client, bob: Client) -> None:
     refused(alice.get(path), 404)
 
 
-def test_what_is_deleted_at_once_of_one_turn_is_gone(alice: Client) -> None:
+@pytest.mark.parametrize("large", ["", "x" * 400_000], ids=["small", "in a blob"])
+def test_what_is_deleted_at_once_of_one_turn_is_gone(alice: Client, large: str) -> None:
     """Each deletion wrote the turn as it was before the others."""
-    conversation = made(alice, *(user(f"t{number}") for number in range(8)))
+    conversation = made(alice, *(user(f"t{number}") for number in range(8)), *([user(large)] if large else ()))
     gone = [item["id"] for item in items(alice, conversation)[:7]]
     path = f"{CONVERSATIONS}/{conversation}/items"
     with ThreadPoolExecutor(7) as pool:
         answers = list(pool.map(lambda item: alice.http.delete(f"{path}/{item}").status_code, gone))
     assert answers == [200] * 7
-    assert texts(items(alice, conversation)) == ["t7"]
+    assert texts(items(alice, conversation)) == ["t7", *([large] if large else ())]
+
+
+def test_a_turn_that_was_large_is_what_is_left_of_it(alice: Client) -> None:
+    """It still named the blob that it had been in, with what was deleted."""
+    conversation = made(alice, user("one"), user("x" * 400_000))
+    _, large = items(alice, conversation)
+    assert alice.http.delete(f"{CONVERSATIONS}/{conversation}/items/{large['id']}").status_code == 200
+    assert texts(items(alice, conversation)) == ["one"]
 
 
 def test_large_items_that_are_added_again_with_their_key_are_there_once(alice: Client) -> None:

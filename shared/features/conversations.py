@@ -150,11 +150,11 @@ class Conversations:
                 raise NotFound(NOT_FOUND)
             for entry_id, fields in turns[0]:
                 if _is_of(fields, base.encode()):
-                    number, there = int(entry_id.partition(b"-")[0]), True
+                    number, there = int(entry_id.partition(b"-")[0]), once
                     return
             if waiting or open_ones:
                 raise SessionBusy("A response of this conversation runs. Wait for its end, or cancel it.")
-            number = int(last or 0) + 1
+            number = max([int(last or 0), *(int(entry_id.partition(b"-")[0]) for entry_id, _ in turns[0])]) + 1
             pipe.hset(names.head, mapping={"turn": number, "updated_at_ms": now_ms()})
             pipe.xadd(names.turns, {**_fields(stored), _ID: base.encode()}, id=f"{number}-0")
             for field, amount in (("turns", 1), ("tokens", tokens), ("bytes", len(stored.data))):

@@ -122,15 +122,16 @@ class Webhooks:
         shown_as: str | None = None,
         about: Mapping[str, Any] | None = None,
         traceparent: str | None = None,
+        run: str = "",
     ) -> None:
         """Adds to a transaction (a pipeline in MULTI) that the event is delivered. Doing it again changes nothing.
 
         `event` is its type, `batch.completed`; `created_at`, in Unix seconds, when that happened; `kept_s` how long the
         subject can still be looked at; `shown_as` the id that its client knows it by, if that is another one;
-        `about` what else `data` says.
+        `about` what else `data` says; `run` tells subjects of one id apart.
         """
         body = {
-            "id": event_id(subject, event),
+            "id": event_id(subject, event, run),
             "object": "event",
             "created_at": created_at,
             "type": event,
@@ -161,13 +162,17 @@ class Webhooks:
             created_at=outcome["ended_at_ms"] // 1000,
             kept_s=ended.kept_s,
             traceparent=header.get("traceparent"),
+            run=str(header["created_at_ms"]),
         )
 
     def _queue_new(self, pipe: Any, subject: str, target: WebhookTarget, **about: Any) -> None:
         """As `queue`, where that is done once: what stands there is of a log that has gone, and whose Idempotency-Key made its
         id once more."""
-        pipe.delete(self._key.webhook(subject))
+        pipe.delete(
+            self._key.webhook(subject), self._key.webhook_lease(subject)
+        )  # whoever has it ends an attempt of the first
         self.queue(pipe, subject, target, **about)
+        pipe.zadd(self._key.webhooks, {subject: 0})  # and not when the first was to be tried again
 
     async def deliveries(self, summaries: Sequence[Summary]) -> list[dict[str, Any] | None]:
         """How far each generation's event has come, as the state object shows it. Raises Unavailable."""
@@ -325,9 +330,10 @@ class Webhooks:
         return pause_s * random.uniform(1 - _JITTER, 1 + _JITTER)
 
 
-def event_id(subject: str, event: str) -> str:
-    """The event's id: the same in every process, however often it is made."""
-    return f"evt_{hashlib.sha256(f'{event} {subject}'.encode()).hexdigest()[:32]}"
+def event_id(subject: str, event: str, run: str = "") -> str:
+    """The event's id: the same in every process, however often it is made. What has the same is taken for a repetition."""
+    of = " ".join(filter(None, (event, subject, run)))
+    return f"evt_{hashlib.sha256(of.encode()).hexdigest()[:32]}"
 
 
 def _ms(now: tuple[int, int]) -> int:

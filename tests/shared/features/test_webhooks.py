@@ -90,10 +90,10 @@ async def test_the_event_is_queued_with_the_outcome(core: Core, hooks: Webhooks,
     await core.broker.cancel(generation_id, ANN)
     assert await hooks.due(10) == [(generation_id, URL)]
     delivery = await taken(hooks, generation_id)
-    event = json.loads(delivery.event)
+    event, header = json.loads(delivery.event), (await core.broker.find(generation_id, ANN)).header
     assert before <= event.pop("created_at") <= now_ms() // 1000
     assert event == {
-        "id": event_id(generation_id, "chat.completion.cancelled"),
+        "id": event_id(generation_id, "chat.completion.cancelled", str(header["created_at_ms"])),
         "object": "event",
         "type": "chat.completion.cancelled",
         "data": {"id": generation_id},
@@ -133,6 +133,24 @@ async def test_who_makes_its_id_once_more_has_its_own_event(core: Core, hooks: W
     await core.broker.cancel(header["id"], ANN)
     assert await hooks.due(10) == [(header["id"], URL)]
     assert (await taken(hooks, header["id"])).attempt == 1
+
+
+async def test_an_attempt_for_the_first_of_two_is_none_for_the_second(
+    core: Core, hooks: Webhooks, redis: ArqRedis
+) -> None:
+    """It ended after the second was queued, as delivered; and the second waited until the first was to be tried again."""
+    header = (await core.broker.find(await submitted(core, webhook={"url": URL}), ANN)).header
+    await core.broker.cancel(header["id"], ANN)
+    first = await taken(hooks, header["id"])
+    await redis.delete(keys.log(header["id"]))
+    await core.broker.log.create(header_with({**header, "created_at_ms": header["created_at_ms"] + 1}), b"{}")
+    await core.broker.cancel(header["id"], ANN)
+    await hooks.end(first, Result("delivered", 200))
+    assert (await shown(core, header["id"]))["status"] == "pending"
+    assert await hooks.due(10) == [(header["id"], URL)]
+    second = await taken(hooks, header["id"])
+    assert second.attempt == 1
+    assert second.event_id != first.event_id  # receivers know a repetition by it
 
 
 async def test_settlements_at_once_queue_one_event(core: Core, redis: ArqRedis, log: StreamLog) -> None:

@@ -11,7 +11,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
-from shared.errors import Fenced, Gone
+from shared.errors import Gone
 from shared.lib import json
 from shared.log.reader import LogReader
 from shared.log.records import Header, Summary
@@ -170,12 +170,12 @@ class LogListing(LogReader):
 
     async def fence_deleted(self, pipe: Any, generation_id: str) -> None:
         """For who looked in the control whether it may create this, where that is apart: it may have been created, and deleted,
-        by another one since. Raises Fenced, also where that happens before `pipe` is executed."""
+        by another one since. Raises Gone, also where that happens before `pipe` is executed."""
         if pipe.control is not pipe:
             name = self._key.deleted(generation_id)
             (there,) = await watch(pipe, [name], pack(b"EXISTS", name.encode()))
             if there:
-                raise Fenced(generation_id)
+                raise Gone(generation_id, deleted=True)
 
     async def watched(self, generation_ids: Sequence[str]) -> set[str]:
         """Which of these had a viewer within the grace time."""

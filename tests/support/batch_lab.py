@@ -22,6 +22,8 @@ from shared.generations.core import Core
 from shared.lib.tasks import cancel
 from shared.log.appender import Appender
 from shared.log.streamlog import StreamLog
+from shared.store.cluster.cells import Cells
+from shared.store.keys import ONE
 from shared.store.redis import ArqRedis, connect
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.batch import ENDED, jsonl, line
@@ -156,12 +158,13 @@ def few(count: int, model: str = "fake/echo", name: str = "line") -> list[dict[s
 
 @asynccontextmanager
 async def open_lab(
-    valkey: EmbeddedValkey, upstream: ScriptedUpstream, directory: Path, **fields: Any
+    valkey: EmbeddedValkey, upstream: ScriptedUpstream, directory: Path, *, cells: Cells = ONE, **fields: Any
 ) -> AsyncIterator[Lab]:
     secret = f"{OWNER}:whsec_{base64.b64encode(bytes(32)).decode()}"
     settings = Settings(data_dir=directory, webhook_secret=secret, **fields)
     async with AsyncExitStack() as stack:
-        redis: ArqRedis = connect(valkey.url.replace("db=0", "db=2"), max_connections=50, timeout_s=60.0, wait_s=60.0)
+        url = valkey.url.replace("db=0", "db=2")
+        redis: ArqRedis = connect(url, max_connections=50, timeout_s=60.0, wait_s=60.0, cells=cells)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         await redis.flushdb()
         log = StreamLog(redis, retention_s=600, safety_s=600)

@@ -6,9 +6,7 @@ storage, and then, in one step, into the checkpoint. A line's log goes only afte
 memory of one window, and a worker that takes it over finds each line in one of three states: behind the checkpoint, in a log
 whose name follows from the line's number and try, or not begun.
 
-What a checkpoint has is in `shared/features/batch_head.py`.
-
-How it ends, whatever is the matter with it, is worker/batches/end.py.
+What a checkpoint has is in shared/features/batch_head.py; how it ends, whatever is the matter with it, is in end.py.
 """
 
 from __future__ import annotations
@@ -73,8 +71,7 @@ class Run:
     def __init__(self, shared: Batcher, head: BatchHead, trouble: Unavailable | None) -> None:
         self.shared, self.head, self._trouble = shared, head, trouble
         self.id, self._epoch, self._tenant = head["id"], head["epoch"], head["owner"]
-        allowed = head.get("allowed")
-        models = None if allowed is None else tuple(allowed)
+        models = None if (allowed := head.get("allowed")) is None else tuple(allowed)
         self._caller = Caller(self._tenant, head.get("key_id"), models=models, budgets=head.get("budgets") or {})
         self._settings, self._log = shared.settings, shared.log
         self._endpoint, self._answers = head["endpoint"], Answers(shared.log, shared.broker, shared.outcomes)
@@ -199,7 +196,7 @@ class Run:
 
     async def _hold(self, pipe: Any, header: Header) -> Execute | None:
         """One that has the batch by now may have written the line's answer down and deleted its log: made again, it would be
-        asked and paid once more. Raises Fenced."""
+        asked and paid once more. Raises Fenced, and Gone where this is not known yet, or its owner deleted it."""
         await self.shared.jobs.fence(pipe, self.id, self.shared.worker_id)
         await self._log.fence_deleted(pipe, header["id"])
         return None
@@ -227,6 +224,10 @@ class Run:
             log_redis_error("batch", error, batch_id=self.id)
             self._full_until = self.clock() + _FULL_S
             self._wait(line)
+        except Gone:  # deleted: by its owner, unless another worker has the batch
+            await self.shared.batches.look(self.id, self._epoch)
+            self.results.replaced(line.number, line.tries)
+            self._wait(line, jittered(line.again()))
         except (LogError, *OUTAGES):
             raise
         except Exception as error:
@@ -352,10 +353,9 @@ class Run:
         What a full server does not let us book stays until it has room: the reaper does it then.
         """
         ids = self.results.stored()
-        key = self.shared.redis.key
         async with self.shared.redis.pipeline(transaction=False) as pipe:
             for generation_id in ids:
-                pipe.exists(key.settled(generation_id))
+                pipe.exists(self.shared.redis.key.settled(generation_id))
             booked = await pipe.execute() if ids else []
         done = []
         for generation_id, is_booked in zip(ids, booked, strict=True):

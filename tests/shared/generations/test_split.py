@@ -12,7 +12,7 @@ import pytest
 from shared.chat.request import ChatRequest
 from shared.config.limits import Limits
 from shared.config.settings import Settings
-from shared.errors import Fenced, RateLimited, Unavailable
+from shared.errors import Gone, RateLimited, Unavailable
 from shared.generations import settlement
 from shared.generations.caller import Caller
 from shared.generations.core import Core
@@ -141,9 +141,10 @@ async def test_a_request_made_again_is_not_counted_twice(core: Core, redis: ArqR
 async def test_a_line_whose_log_was_deleted_since_is_not_made_again(redis: ArqRedis, log: StreamLog) -> None:
     generation_id = "chatcmpl-" + "0" * 32
     await redis.set(keys.deleted(generation_id), b"1", px=60_000)
-    with pytest.raises(Fenced):
+    with pytest.raises(Gone) as gone:
         async with redis.pipeline(transaction=True) as pipe:
             await log.fence_deleted(pipe, generation_id)
+    assert gone.value.deleted
 
 
 async def test_what_a_process_of_a_session_makes_is_in_the_sessions_cell(core: Core) -> None:

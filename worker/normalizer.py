@@ -251,7 +251,8 @@ class Normalizer:
         held, word, top = choice.held, choice.word, self._tops.pop(index, None)
         chunks = self._chunks(self._shown([{"index": index, "delta": message}]))
         if held is not None:
-            choice.held, choice.word, self._tops[index] = {**held, "delta": {}}, word, top or self._shown([])
+            choice.put_back(held, word)
+            self._tops[index] = top or self._shown([])
         return chunks
 
     # ---- a chunk

@@ -10,6 +10,7 @@ not about the other's.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Container
 from operator import attrgetter
 from typing import Any
@@ -27,6 +28,11 @@ from shared.store.redis import ArqRedis
 
 _ENDED_MS = 180_000
 """Longer than a client waits before it asks again: OpenAI's 8 s, or what `Retry-After` says, up to 120 s (openai-python)."""
+_REPEATED = frozenset({408, 409, 429})
+"""What OpenAI's clients ask for again by themselves, but for what says `x-should-retry: false`."""
+_LONGEST_WAIT_S, _SHORT_WAIT_S = 120.0, 10.0
+"""How long they wait before, if they are told, and without that."""
+_NOTED_A_SECOND = 100
 _options = attrgetter(
     "on_interruption",
     "on_disconnect",
@@ -45,6 +51,7 @@ class Repeats:
     def __init__(self, redis: ArqRedis, log: StreamLog, settings: Settings) -> None:
         self._redis, self._log, self._key = redis, log, redis.key
         self._life_ms = int(settings.generation_s * 1000) + _ENDED_MS
+        self._noted_at, self._noted = 0.0, 0
 
     def name(self, body: bytes, request: ChatRequest, caller: Caller, turn: str | None = None) -> str:
         """The key of what this caller asks for; where a `turn` tells it from others, that stands for the body."""
@@ -57,13 +64,20 @@ class Repeats:
         pipe.set(name, generation_id, px=self._life_ms)
 
     async def refused(self, name: str, why: BaseException) -> None:
-        """Takes note of a request that nothing was made of, whose client asks again by itself. Not where Redis is away: it
-        would be waited for twice."""
-        if not isinstance(why, StreamspoolError) or why.status >= 500:
+        """Takes note of a request that nothing was made of, where its client asks again by itself, for as long as that may
+        take. Not where Redis is away, which would be waited for twice; nor of many a second: refusals are to cost little."""
+        if not isinstance(why, StreamspoolError) or why.status not in _REPEATED or why.retryable is False:
             return
+        now = time.monotonic()
+        if now - self._noted_at >= 1:
+            self._noted_at, self._noted = now, 0
+        self._noted += 1
+        if self._noted > _NOTED_A_SECOND:
+            return
+        life_s = min(why.retry_after_s or 0, _LONGEST_WAIT_S) + _SHORT_WAIT_S
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.incrby(self._key.refused(name), 1)
-            pipe.pexpire(self._key.refused(name), _ENDED_MS)
+            pipe.pexpire(self._key.refused(name), int(life_s * 1000))
             await pipe.execute()
 
     async def find(self, name: str, *, unless: Container[str]) -> Summary | None:
@@ -73,8 +87,10 @@ class Repeats:
             pipe.get(name)
             pipe.get(self._key.refused(name))
             found, refused = await pipe.execute()
-        if int(refused or 0) > 0 and await self._redis.decrby(self._key.refused(name), 1) >= 0:
-            return None  # also where there is none yet: its next repeat is about what is made now
+        if int(refused or 0) > 0:
+            if await self._redis.decrby(self._key.refused(name), 1) >= 0:
+                return None  # also where there is none yet: its next repeat is about what is made now
+            await self._redis.delete(self._key.refused(name))  # it has just expired, or others took the last
         if found is None:
             return None
         (summary,) = await self._log.describe([found.decode()])

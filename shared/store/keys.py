@@ -15,7 +15,7 @@ and `sessions`; else `{control}`, also where that is on a server of its own. Ten
 | `streamspool:{ID}:metadata` | string, JSON: other metadata; `false`: deleted, see `continued` | as long as the log |
 | `streamspool:idempotency:TENANT:SHA256` | string, JSON of id and body hash | as long as what it stands for can live |
 | `streamspool:asked:TENANT:SHA256` | string: the newest generation of this request | `STREAMSPOOL_GENERATION_S` and 3 minutes |
-| `streamspool:asked:TENANT:SHA256:refused` | string: how many of this request were refused and may be repeated | 3 minutes |
+| `streamspool:asked:TENANT:SHA256:refused` | string: how many were refused and may be repeated | 10 s, and `Retry-After` |
 | `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
 | `streamspool:stored:TENANT` | zset, score = created ms: with `store` | stored retention and safety bound after the last |
 | `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |

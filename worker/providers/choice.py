@@ -318,13 +318,23 @@ class Choice:
         message, self._unsaid = self._unsaid, None
         if message is None or not self.said:
             return message
-        called = bool(self.calls) or self._legacy is not None
         left: dict[str, Any] = {
             "content": "" if self._length else visible_text({"content": message.get("content")}).content
         }
-        left |= {name: message.get(name) for name in (() if called else ("tool_calls", "function_call"))}
-        left |= {} if self._annotations else {"annotations": message.get("annotations")}
+        # What is none, as gateways write that fill all fields, must not spoil an answer that was told.
+        if not self.calls and self._legacy is None:
+            calls, legacy = message.get("tool_calls"), message.get("function_call")
+            left["tool_calls"] = calls if _are_dicts(calls) else None
+            left["function_call"] = legacy if isinstance(legacy, dict) and legacy.get("name") else None
+        if not self._annotations and _are_dicts(message.get("annotations")):
+            left["annotations"] = message["annotations"]
         return {name: value for name, value in left.items() if value}
+
+    def put_back(self, held: dict[str, Any], word: str | None) -> None:
+        """What looked like the end is it, though something was told behind it, with which went what it says besides."""
+        if self._wire_format == "openai":
+            held = {key: value for key, value in held.items() if key in _ABOUT_AN_END or value is None}
+        self.held, self.word = {**held, "delta": {}}, word
 
     def missing(self) -> dict[str, Any]:
         """What is to be said before the end, as a delta: arguments of calls that have none. Not where the answer was cut
@@ -384,3 +394,7 @@ def _word(choice: dict[str, Any], delta: dict[str, Any]) -> str | None:
             return word
     word = None if "finish_reason" in choice else finish.word_in(choice.get("stop_reason"))
     return word if word and finish.ending("openai", word).known else None
+
+
+def _are_dicts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)

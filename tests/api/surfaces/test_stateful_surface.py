@@ -23,6 +23,7 @@ from api.live.folding import EVERY, Folding
 from api.live.livelog import LiveLog
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import Settings
+from shared.errors import Damaged
 from shared.lib.tasks import FairTurns
 from shared.log.entry import SEAL, Chunk, Entry, Kind, Position
 from shared.log.records import Outcome
@@ -307,6 +308,15 @@ async def test_who_has_everything_is_told_so_by_a_process_that_is_behind(monkeyp
     log.end()
     await viewer.task
     assert (viewer.status, viewer.body) == (204, b"")
+
+
+async def test_who_has_everything_of_a_log_that_lacks_a_part_here_is_told_of_that() -> None:
+    log = Pages([chunk(text) for text in "abc"], COMPLETED)
+    log.feed(2)
+    log.live.fail(Damaged("1-3 is missing"))
+    viewer = log.watch(Numbered(native=False), SEAL)
+    await viewer.task
+    assert last(viewer.body)["error"] == "stream_lost"
 
 
 async def test_what_was_joined_and_is_dropped_while_somebody_reads_it_is_made_once_more() -> None:

@@ -519,6 +519,16 @@ def test_words_after_an_end_want_one_of_their_own() -> None:
         normalizer.end()
 
 
+def test_what_is_said_about_words_after_an_end_does_not_end_them() -> None:
+    """The end before was told for them, and half an answer was whole."""
+    normalizer = new_normalizer(dialect=gemini.DIALECT)
+    for value in (event({"text": "a"}, finish="STOP"), event({"text": "b"}), event(avgLogprobs=-2)):
+        normalizer.feed(as_sse(value))
+    assert not normalizer.finished
+    with pytest.raises(UpstreamError):
+        normalizer.end()
+
+
 def test_a_signature_beside_an_end_in_every_event_is_told_once() -> None:
     """OpenAI's SDK for Python joins what is told twice."""
     normalizer = new_normalizer(dialect=gemini.DIALECT)

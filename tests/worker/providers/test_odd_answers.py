@@ -192,6 +192,9 @@ NOTE = {"type": "url_citation", "url_citation": {"url": "u", "title": "t", "star
         (said("4", "2"), {"content": "42", "annotations": [NOTE]}, {"annotations": [NOTE]}),
         ([*said("4", "2"), chunk({"tool_calls": [{**CALL, "index": 0}]})], {"content": "42", "tool_calls": [CALL]}, {}),
         ([chunk({"content": "42", "annotations": [NOTE]})], {"content": "42", "annotations": [NOTE]}, {}),
+        # Of gateways that fill all fields.
+        (said("4", "2"), {"content": "42", "function_call": {"name": "", "arguments": ""}}, {}),
+        (said("4", "2"), {"content": "42", "tool_calls": ["none"], "annotations": ["none"]}, {}),
     ],
 )
 def test_k1_what_only_the_last_message_tells_is_told(

@@ -308,6 +308,34 @@ def test_a_message_that_only_the_end_tells_is_told_whatever_was_thought_before(
         assert (said["content"], said["reasoning_content"]) == ("42", "Hm.")
 
 
+@pytest.mark.parametrize("sealed", [{}, {"encrypted_content": "e"}])
+def test_all_that_was_thought_is_told_of_an_answer_that_comes_whole(sealed: dict[str, str]) -> None:
+    """Behind a tool of the provider's own it thinks once more: the first thought was taken for one that events had told."""
+    more = {**THOUGHT, "id": "r2", "content": [{"type": "reasoning_text", "text": " So."}], **sealed}
+    search = {"type": "web_search_call", "id": "ws", "status": "completed"}
+    chunks, error = answer(completed(output=[{**THOUGHT, **sealed}, search, more, TOLD_LAST]))
+    said = message_of(chunks)
+    assert (error, said["content"], said["reasoning_content"]) == (None, "42", "Hm. So.")
+    assert len(said.get("reasoning_items") or []) == 2 * bool(sealed)
+
+
+def test_an_item_that_had_its_end_is_told_once_wherever_the_end_has_it() -> None:
+    """Servers that leave reasoning out at the end, or tell every item at one place."""
+    search = {"type": "web_search_call", "id": "ws", "status": "completed"}
+    for at in ((0, 1, 2), (0, 0, 0)):
+        events = (
+            *thought_of(at[0]),
+            finished(at[0], "reasoning", **THOUGHT),
+            finished(at[1], "web_search_call", id="ws", status="completed"),
+            piece("output_text", "42", at[2]),
+            finished(at[2], "message", **{**TOLD_LAST, "content": TOLD_LAST["content"]}),
+        )
+        chunks, error = answer(*events, completed(output=[search, TOLD_LAST]))
+        said = message_of(chunks)
+        assert (error, said["content"]) == (None, "42")
+        assert len(said["responses_items"]) == 1, at
+
+
 def test_messages_that_came_are_counted_by_themselves() -> None:
     second = {**TOLD_LAST, "id": "m2", "content": [{"type": "output_text", "text": "!"}]}
     chunks, _ = answer(*thought_of(0), piece("output_text", "42", 1), completed(output=[THOUGHT, TOLD_LAST, second]))

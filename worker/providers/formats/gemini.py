@@ -89,6 +89,7 @@ class _Candidate:
         if not reason and not delta and (self._signature or any(name not in _SAID for name in candidate)):
             reason = self._reason  # said about an end, after it
         if not reason:
+            self._reason = None if delta else self._reason  # words after an end want one of their own
             return {"index": self._index, "delta": delta, "finish_reason": None} if delta else None
         self._reason = text_in(reason)
         self._close_call(delta, cut=ending("gemini", self._reason).status != "completed")

@@ -51,7 +51,7 @@ class ResponsesTranslator:
         self._thoughts: set[Any] = set()
         self._starts: dict[tuple[Any, Any], int] = {}  # where in the content each part began
         self._length = 0
-        self._over: dict[Any, str] = {}  # the types of items that had their end, by place
+        self._over: dict[Any, set[str]] = {}  # the types of items that had their end, by place, and by id
         self._ids: dict[Any, Any] = {}  # of the items, by place
         self._moved: dict[Any, int] = {}  # where items are that came while another was at their place, by id
         self._said: set[str] = set()  # the fields that anything was said in
@@ -120,7 +120,8 @@ class ResponsesTranslator:
 
     def finished(self, value: dict[str, Any]) -> _Chunks:
         item, place = value["item"], _place(value)
-        self._over[place] = item["type"]
+        for name in (place, text_in(item.get("id") or "")):
+            self._over.setdefault(name, set()).add(item["type"])
         if item["type"] in _KINDS:
             opened = [] if place in self._calls else self._open(item, place)
             return opened + self.all_arguments({**value, **item})
@@ -171,7 +172,7 @@ class ResponsesTranslator:
         events: text is told only if there was none, a call if its id is new."""
         chunks: _Chunks = []
         told, sealed = len(self._messages), self._lengths["reasoning_items"]
-        cited = self._lengths["annotations"] > 0
+        cited, thought = self._lengths["annotations"] > 0, bool(self._thoughts)
         for place, item in enumerate(output):
             kind = item["type"]
             if item.get("call_id") in self._call_ids:
@@ -181,12 +182,14 @@ class ResponsesTranslator:
                 told -= 1
                 chunks += [] if cited else self._citations({"output_index": place}, item, 0)
                 continue
-            if kind == "reasoning" and item.get("encrypted_content"):
-                sealed -= 1
-            if kind in (self._over.get(place), self._over.get(item.get("id"))):
+            is_sealed = kind == "reasoning" and bool(item.get("encrypted_content"))
+            sealed -= is_sealed
+            if any(kind in self._over.get(name, ()) for name in (place, text_in(item.get("id") or ""))):
                 continue
-            if kind == "reasoning" and self._thoughts:  # but what it is sealed with may be told nowhere else
-                chunks += [self._keep("reasoning_items", {"output_index": place}, item)] if sealed < 0 else []
+            if kind == "reasoning" and thought:  # but what it is sealed with may be told nowhere else
+                chunks += (
+                    [self._keep("reasoning_items", {"output_index": place}, item)] if is_sealed and sealed < 0 else []
+                )
                 continue
             self._items.add(place)
             chunks += self.finished({"output_index": place, "item": item})

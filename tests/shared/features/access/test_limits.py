@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -317,6 +318,30 @@ async def test_what_was_refused_and_then_accepted_is_joined_when_it_is_cut(made:
     await end(core, running)
     mine = await submit(core, other, user="me", repeat=True)
     assert await submit(core, other, user="me", repeat=True) == mine
+
+
+async def test_what_no_client_repeats_by_itself_is_not_noted(made: Made, redis: ArqRedis) -> None:
+    core, caller = made(), ann()
+    await submit(core, caller, session_id="s")
+    with pytest.raises(SessionBusy):
+        await submit(core, caller, session_id="s", session_policy="reject", repeat=False)
+    assert not await redis.keys("*:refused")
+
+
+async def test_a_flood_of_refusals_notes_some_for_as_long_as_they_may_be_repeated(
+    made: Made, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.generations.repeats._NOTED_A_SECOND", 3)
+    core, caller = made(), ann(running=1)
+    await submit(core, caller)
+    monkeypatch.setattr("shared.generations.repeats.time", SimpleNamespace(monotonic=lambda: 1000.0))
+    for number in range(6):
+        with pytest.raises(RateLimited):
+            await submit(core, caller, user=f"u{number}", repeat=False)
+    noted = await redis.keys("*:refused")
+    assert len(noted) == 3
+    for name in noted:
+        assert 0 < await redis.pttl(name) <= 130_000
 
 
 async def test_what_nobody_repeats_is_not_noted(made: Made, redis: ArqRedis) -> None:

@@ -23,6 +23,8 @@ from shared.store.redis import RedisError, log_redis_error
 
 _LONGEST_PAUSE_S = 1.0
 """Before a server that is away is asked again for what an attempt begins with."""
+_PATIENCE_S = 60.0
+"""How long that is done. After it the attempt is given back, and with it its place, which others may need."""
 
 T = TypeVar("T")
 
@@ -93,22 +95,23 @@ class RunningAttempts:
     async def ready(self, generation_id: str, prepare: Callable[[], Awaitable[T]]) -> T:
         """What an attempt has to know before a provider is asked, from within what `run` runs.
 
-        A server that is away, which need not be the one that has its log, is waited for: attempts that are given up for that
-        would count as lost workers. If the attempt is another's by then, the task is cancelled, as by `stop_ended`.
+        A server that is away, which need not be the one that has its log, is waited for, a minute long: attempts that are given
+        up for that count as lost workers. If the attempt is another's by then, the task is cancelled, as by `stop_ended`.
         """
-        pauses, has_waited = Pauses(most_s=_LONGEST_PAUSE_S), False
+        pauses, until = Pauses(most_s=_LONGEST_PAUSE_S), 0.0
+        time = asyncio.get_running_loop().time
         while True:
             try:
                 found = await prepare()
-                if has_waited:  # our lease may have lapsed meanwhile
+                if until:  # our lease may have lapsed meanwhile
                     await self.stop_ended({generation_id})
                     await asyncio.sleep(0)
                 return found
             except (RedisError, OSError) as problem:
-                if not is_passing(problem):
+                until = until or time() + _PATIENCE_S
+                if not is_passing(problem) or time() >= until:
                     raise
                 log_redis_error("generation", problem, generation_id=generation_id)
-                has_waited = True
                 await asyncio.sleep(pauses.next_s())
 
     async def stop_ended(self, generation_ids: set[str] | None = None) -> None:

@@ -84,7 +84,7 @@ class Settlement:
 
         def queue(pipe: Any, seen: list[Any]) -> None:
             marked, exists, *answers = seen
-            is_kept = place is None or answers.pop(0) is not None
+            is_kept = place is None or answers.pop(0) in (place[2], place[2].encode())
             ended.answer(answers)
             if marked != _mark(header) and exists:
                 self._add(pipe, ended, [(one, add) for one, add in effects if is_kept or one is not self._sessions])

@@ -308,7 +308,7 @@ class JobQueue:
                 pipe.pexpire(self._key.lease(job.id), lease.ms)
             there = await pipe.execute()
             for job in jobs:
-                if job.id in self._given and self._given[job.id][0] is job:  # and was not taken again
+                if self._has_given(job):
                     continue
                 places.setdefault(self._key.waiting(job.lane, job.tenant), []).append(job.id)
                 running.setdefault(self._key.running(job.lane), {})[job.id] = lease.end_ms
@@ -318,7 +318,11 @@ class JobQueue:
                 pipe.zadd(name, ends)
             with suppress(OutOfMemoryError):  # Redis 6.2: others look at the lease and see
                 await commit(pipe)
-        return [job for job, renewed in zip(jobs, there, strict=True) if not renewed]
+        return [job for job, renewed in zip(jobs, there, strict=True) if not (renewed or self._has_given(job))]
+
+    def _has_given(self, job: Job) -> bool:
+        """Whether it was handed back just now, and not taken again."""
+        return job.id in self._given and self._given[job.id][0] is job
 
     async def restore(self, jobs: Iterable[Job], lease: Lease) -> None:
         """Takes back the leases of jobs that run, which Redis has let go or forgotten, unless another worker has them."""

@@ -366,6 +366,15 @@ async def test_what_ended_while_a_node_was_away_is_not_asked(
     assert (away.failures, len(script.calls)) == (5, 0)
 
 
+async def test_a_node_that_stays_away_has_the_attempt_given_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its place in the worker, which answers on other nodes wait for."""
+    away = Away(bench, monkeypatch)
+    monkeypatch.setattr("worker.running._PATIENCE_S", 0.0)
+    with pytest.raises(RedisConnectionError):
+        await bench.generator.run(await bench.request("gone"), 1)
+    assert away.failures == 1
+
+
 async def test_what_is_refused_before_the_provider_is_asked_is_not_waited_for(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

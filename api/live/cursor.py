@@ -98,13 +98,13 @@ async def resolve(cursor: Cursor | None, live: LiveLog, log: StreamLog, shown: S
 
 
 async def _after_position(cursor: Position, live: LiveLog, log: StreamLog, shown: Stateless | Folding) -> Start | None:
-    if cursor == SEAL:
-        if live.problem is not None and live.outcome is None:  # it is sealed, but not whole here: they are told why
-            return Start(live.epoch, live.end)
-        if live.outcome is None:
-            await _must_exist(cursor, live, log)
-            raise Behind
+    if cursor == SEAL and live.outcome:
         return None
+    if cursor == SEAL and live.problem:  # it is sealed, but not whole here: they are told why
+        return Start(live.epoch, live.end)
+    if cursor == SEAL:
+        await _must_exist(cursor, live, log)
+        raise Behind
     chunk = cursor.seq if cursor.epoch else 0
     if cursor.epoch >= live.epoch and cursor.epoch and (cursor.epoch, cursor.seq) > (live.epoch, live.end):
         await _must_exist(cursor, live, log)

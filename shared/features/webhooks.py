@@ -168,9 +168,8 @@ class Webhooks:
     def _queue_new(self, pipe: Any, subject: str, target: WebhookTarget, **about: Any) -> None:
         """As `queue`, where that is done once: what stands there is of a log that has gone, and whose Idempotency-Key made its
         id once more."""
-        pipe.delete(
-            self._key.webhook(subject), self._key.webhook_lease(subject)
-        )  # whoever has it ends an attempt of the first
+        # With the lease: whoever has it ends an attempt of the first.
+        pipe.delete(self._key.webhook(subject), self._key.webhook_lease(subject))
         self.queue(pipe, subject, target, **about)
         pipe.zadd(self._key.webhooks, {subject: 0})  # and not when the first was to be tried again
 

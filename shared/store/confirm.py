@@ -258,9 +258,8 @@ class Confirmer:
                 return Confirmed(identity(info), sure=bool(written))
             if (waited := await self._waited(connection)) is not False:
                 return Confirmed(identity(info), sure=bool(waited))
-            follows = _is_followed(
-                await self._exchange(connection, b"INFO", b"replication")
-            )  # it may have died meanwhile
+            told = await self._exchange(connection, b"INFO", b"replication")  # it may have died meanwhile
+            follows = _is_followed(told)
         return None
 
     async def _written(self, connection: Any) -> bool | None:

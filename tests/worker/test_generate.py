@@ -9,6 +9,7 @@ import uuid
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -312,6 +313,16 @@ async def test_a_fenced_worker_hangs_up_and_leaves_the_job_alone(bench: Bench, u
     await bench.until(lambda: script.live == 0)
 
 
+async def end_elsewhere(bench: Bench, generation_id: str, how: str) -> None:
+    """By another process: it is `sealed`, `deleted`, or `replaced` by another attempt."""
+    if how == "sealed":
+        await bench.log.seal(generation_id, outcome_with({"status": "cancelled"}))
+    elif how == "deleted":
+        await bench.log.delete(generation_id, "a")
+    else:
+        await bench.attempt(generation_id, 2)
+
+
 class Away:
     """What is read of other cells before a provider is asked, on a node that is away."""
 
@@ -353,15 +364,7 @@ async def test_what_ended_while_a_node_was_away_is_not_asked(
     away, script = Away(bench, monkeypatch), upstream.script(f"away-{how}", [*words(1), *ending()])
     generation_id = await bench.request(f"away-{how}")
 
-    async def end() -> None:
-        if how == "sealed":
-            await bench.log.seal(generation_id, outcome_with({"status": "cancelled"}))
-        elif how == "deleted":
-            await bench.log.delete(generation_id, "a")
-        else:
-            await bench.attempt(generation_id, 2)
-
-    monkeypatch.setattr(away, "meanwhile", end)
+    monkeypatch.setattr(away, "meanwhile", partial(end_elsewhere, bench, generation_id, how))
     assert await bench.generator.run(generation_id, 1) is (how != "replaced")
     assert (away.failures, len(script.calls)) == (5, 0)
 
@@ -395,12 +398,7 @@ async def test_a_silent_provider_is_left_as_soon_as_the_end_is_known(
     await bench.until_stored(generation_id, Position(1, 2))
     await bench.generator.running.stop_ended()
     assert not running.done()
-    if how == "sealed":
-        await bench.log.seal(generation_id, outcome_with({"status": "cancelled"}))
-    elif how == "deleted":
-        await bench.log.delete(generation_id, "a")
-    else:
-        await bench.attempt(generation_id, 2)
+    await end_elsewhere(bench, generation_id, how)
     await bench.generator.running.stop_ended({generation_id})
     assert await running is (how != "replaced")
     await bench.until(lambda: script.hung_up == 1)

@@ -237,6 +237,10 @@ class Pages:
         ]
         self.outcome = Entry(SEAL, Kind.OUTCOME, json.dumps(outcome).encode())
         self.there = 0
+        self.sealed_elsewhere = False
+        """Redis has its end, which is not read here."""
+        self.asked = asyncio.Event()
+        """Where it ends was looked up."""
         self.live = LiveLog("g")
         self.live.feed([Entry(Position(1, 0), Kind.ATTEMPT, b"{}")])
 
@@ -254,7 +258,8 @@ class Pages:
         return self.attempt[after.seq : min(after.seq + count, self.there)]
 
     async def ends(self, _: list[str]) -> dict[str, Position]:
-        return {"g": self.live.position}
+        self.asked.set()
+        return {"g": SEAL if self.sealed_elsewhere else self.live.position}
 
     def watch(self, surface: Numbered, cursor: Cursor | None) -> Viewer:
         async def join(_: str, **options: object) -> LiveLog:
@@ -272,18 +277,12 @@ class Pages:
         return Viewer(response)
 
 
-async def test_a_cursor_that_another_process_reached_waits_for_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cursor_that_another_process_reached_waits_for_this_one() -> None:
     log = Pages([chunk(text) for text in "abc"], COMPLETED)
     log.feed(1)
-    asked = asyncio.Event()
-
-    async def ends(_: list[str]) -> dict[str, Position]:
-        asked.set()
-        return {"g": SEAL}
-
-    monkeypatch.setattr(log, "ends", ends)
+    log.sealed_elsewhere = True
     viewer = log.watch(Numbered(native=False), 4)
-    await asked.wait()
+    await log.asked.wait()
     for _ in range(5):
         await asyncio.sleep(0)
     assert not viewer.status
@@ -292,19 +291,13 @@ async def test_a_cursor_that_another_process_reached_waits_for_this_one(monkeypa
     assert numbers(viewer.body) == [4, 5, 6]
 
 
-async def test_who_has_everything_is_told_so_by_a_process_that_is_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_has_everything_is_told_so_by_a_process_that_is_behind() -> None:
     """An EventSource that comes back behind the end; it was sent the whole answer once more."""
     log = Pages([chunk(text) for text in "abc"], COMPLETED)
     log.feed(2)
-    asked = asyncio.Event()
-
-    async def ends(_: list[str]) -> dict[str, Position]:
-        asked.set()
-        return {"g": SEAL}
-
-    monkeypatch.setattr(log, "ends", ends)
+    log.sealed_elsewhere = True
     viewer = log.watch(Numbered(native=False), SEAL)
-    await asked.wait()
+    await log.asked.wait()
     log.end()
     await viewer.task
     assert (viewer.status, viewer.body) == (204, b"")
